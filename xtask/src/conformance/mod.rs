@@ -1,14 +1,15 @@
 //! `conformance`: runs test suites that others wrote, on a cluster and on this machine's Linux.
 //!
 //! * [`suite`]: the interface of a suite. * [`busybox`], [`posix`], [`python`], [`stress`],
-//!   [`nix`], [`fsx`], [`pjdfstest`], [`hostile`]: one suite each; [`crates`]: builds those that
-//!   are crates.
+//!   [`nix`], [`fsx`], [`pjdfstest`], [`fio`], [`hostile`]: one suite each; [`crates`]: builds
+//!   those that are crates.
 //! * [`bed`]: runs cases on a cluster or in a `chroot`. * [`table`]: compares both runs. [`record`]
 //!   keeps the results in `docs/conformance.md`, [`kept`] those of a run that was interrupted.
 
 mod bed;
 mod busybox;
 mod crates;
+mod fio;
 mod fsx;
 mod hostile;
 mod kept;
@@ -50,7 +51,7 @@ const PROGRESS: Duration = Duration::from_secs(60);
 /// is 1 if a test fails on the cluster alone and docs/conformance.md gives no reason for it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The suite: busybox, posix, python, stress, nix, fsx, pjdfstest or hostile
+    /// The suite: busybox, posix, python, stress, nix, fsx, pjdfstest, fio or hostile
     suite: &'static dyn Suite,
     /// Runs only the cases whose names hold NAME (repeatable)
     #[arg(long, value_name = "NAME")]

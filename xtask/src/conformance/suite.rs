@@ -5,12 +5,12 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{busybox, fsx, hostile, nix, pjdfstest, posix, python, stress};
+use super::{busybox, fio, fsx, hostile, nix, pjdfstest, posix, python, stress};
 
 /// The suite's files in the root file system.
 pub(super) const FOLDER: &str = "/conformance";
 /// All suites, in the order of `docs/conformance.md`.
-pub(super) const SUITES: [&dyn Suite; 8] = [
+pub(super) const SUITES: [&dyn Suite; 9] = [
     &busybox::Busybox,
     &posix::Posix,
     &python::Python,
@@ -18,6 +18,7 @@ pub(super) const SUITES: [&dyn Suite; 8] = [
     &nix::Nix,
     &fsx::Fsx,
     &pjdfstest::Pjdfstest,
+    &fio::Fio,
     &hostile::Hostile,
 ];
 
