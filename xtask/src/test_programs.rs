@@ -79,6 +79,11 @@ pub(crate) fn latency() -> Result<PathBuf> {
     build(&BUNDLE.obtain()?, "latency", "-O2")
 }
 
+/// Builds the program of `bench files`, and returns its path.
+pub(crate) fn disk() -> Result<PathBuf> {
+    build(&BUNDLE.obtain()?, "disk", "-O2")
+}
+
 /// Builds one of the tests' own programs, as `musl-gcc -static` does.
 fn build(debian: &Path, name: &str, optimization: &str) -> Result<PathBuf> {
     let gcc = need("gcc", "`apt-get install gcc`")?;

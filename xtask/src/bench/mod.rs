@@ -6,7 +6,8 @@
 //! * [`rpc`]: a short call, counted. * [`profile`]: calls between two machines, timed.
 //! * [`miss`]: a page miss, counted. * [`latency`]: what programs wait
 //!   for, counted beside Linux. * [`peer`]: programs in little memory, here and on Linux that
-//!   swaps. * [`journal`]: a network that is trained in little memory.
+//!   swaps. * [`files`]: files on a disk, timed beside Linux.
+//! * [`journal`]: a network that is trained in little memory.
 //! * [`output`]: runs' folder, and how figures are given.
 //! * [`figures`]: values with names. * [`table`]: how they are shown. * [`record`], [`plot`]: how
 //!   they are kept in `docs/bench`.
@@ -16,6 +17,7 @@ mod boot;
 mod child;
 mod compare;
 mod figures;
+mod files;
 mod hca;
 mod journal;
 mod latency;
@@ -55,6 +57,7 @@ enum What {
     Peer(peer::Args),
     Journal(journal::Args),
     Latency(latency::Args),
+    Files(files::Args),
 }
 
 impl Args {
@@ -67,6 +70,7 @@ impl Args {
             Some(What::Peer(args)) => args.run(),
             Some(What::Journal(args)) => args.run(),
             Some(What::Latency(args)) => args.run(),
+            Some(What::Files(args)) => args.run(),
             None => miss::Args::comparing().run(),
         }
     }
