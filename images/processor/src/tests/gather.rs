@@ -258,3 +258,26 @@ fn more_files_than_are_kept_are_written_too() {
         assert_eq!(node.files.data(path), b"012", "{path}");
     }
 }
+
+#[test]
+fn no_more_waits_than_s_has_promised_and_enospc_comes_from_write() {
+    let node: &FakeNode = node(64);
+    node.files.promised.set(3);
+    let mut all = Writer::new(node);
+    let fd = all.open("/new", CREATE);
+    for block in [0, 5, 9] {
+        all.pwrite(fd, block * 4096 + 7, b"a block each");
+        all.pwrite(fd, block * 4096 + 100, b"of the same");
+    }
+    assert_eq!(calls(node), (0, 0, 0));
+    // Another block: what waits goes first. S promises nothing more.
+    node.files.promised.set(0);
+    all.pwrite(fd, 20 * 4096, b"fourth");
+    assert_eq!(calls(node), (1, 1, 0), "and this one is written through");
+    node.files.full.set(true);
+    let error = all.write(fd, b"full");
+    assert_eq!(error, Err(Some(errno::ENOSPC)), "at once");
+    node.files.full.set(false);
+    assert_eq!(all.close(fd), Ok(0), "nothing was lost");
+    ends_clean(node, all.run);
+}
