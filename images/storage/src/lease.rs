@@ -17,12 +17,13 @@ use hal::{Duration, Instant};
 use leases::{Granter, Kind, Lease, Peer, Ticket};
 use messages::pieces::MAX_PIECES;
 use messages::recall::RecallRequest;
-use messages::storage::{FileId, Leased};
+use messages::storage::{FileId, Leased, OpenFlags};
 use spin::{Mutex, MutexGuard};
 
 use crate::convert::{self, REGULAR};
 use crate::door::{Doors, Pass};
 use crate::promise::Promise;
+use crate::server::OpenFile;
 use crate::{Error, PeerKey, Server};
 
 /// Bytes of pieces that a recall may bring: those that were on their way, and those behind them.
@@ -62,6 +63,17 @@ pub(crate) struct Leases {
     doors: Doors,
     /// By inode.
     promises: Mutex<BTreeMap<u32, Promise>>,
+}
+
+/// The lease that comes with an open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Granted {
+    /// Its generation; 0 for none.
+    pub(crate) lease: u64,
+    /// It is a write lease.
+    pub(crate) writes: bool,
+    /// Blocks promised with it.
+    pub(crate) blocks: u32,
 }
 
 /// A lease that is in the way of an access.
@@ -318,6 +330,36 @@ impl<D: Disk> Server<D> {
             lease => self.promise(leases, (to, lease), inode).await,
         };
         Ok((lease, blocks))
+    }
+
+    /// Grants the lease that comes with an open.
+    pub(crate) async fn grant_opened(
+        &self,
+        from: PeerKey,
+        opened: &OpenFile,
+        flags: OpenFlags,
+    ) -> Result<Granted, Error> {
+        let inode = opened.held.inode();
+        if opened.writable && flags.contains(OpenFlags::GATHER) {
+            let (lease, blocks) = self.grant_writing(from, inode, opened.kind).await?;
+            if lease != 0 {
+                return Ok(Granted {
+                    lease,
+                    writes: true,
+                    blocks,
+                });
+            }
+        }
+        let reads = opened.readable || opened.writable;
+        let lease = match reads {
+            true => self.grant(from, inode, opened.kind),
+            false => 0,
+        };
+        Ok(Granted {
+            lease,
+            writes: false,
+            blocks: 0,
+        })
     }
 
     /// Answers a request for a lease of an open file.

@@ -20,7 +20,7 @@ use spin::Mutex;
 use crate::Error;
 use crate::convert::{self, DIRECTORY, REGULAR, is};
 use crate::held::{Held, Holds};
-use crate::lease::{Holders, Leases};
+use crate::lease::{Granted, Holders, Leases};
 use crate::rights::{self, EXECUTE, READ, WRITE};
 use crate::walk::{Node, Walker};
 
@@ -91,7 +91,7 @@ pub(crate) struct OpenFile {
     /// `OpenFlags::WRITE` was given.
     pub(crate) writable: bool,
     /// `OpenFlags::READ` or `OpenFlags::EXECUTE` was given.
-    readable: bool,
+    pub(crate) readable: bool,
     /// Set-user-id and set-group-id survive writes.
     pub(crate) keeps_set_ids: bool,
     /// Type of the file, as `st_mode`.
@@ -101,17 +101,6 @@ pub(crate) struct OpenFile {
     /// The last lease under which writes came by a recall and were carried out, or failed as
     /// `failed` tells.
     pub(crate) brought: Mutex<u64>,
-}
-
-/// The lease that comes with an open.
-#[derive(Debug, Clone, Copy)]
-struct Granted {
-    /// Its generation; 0 for none.
-    lease: u64,
-    /// It is a write lease.
-    writes: bool,
-    /// Blocks promised with it.
-    blocks: u32,
 }
 
 #[derive(Default)]
@@ -440,36 +429,6 @@ impl<D: Disk> Server<D> {
             stat = self.files.stat(opened.held.inode()).await?;
         }
         Ok(self.enter(from, opened, granted, &stat))
-    }
-
-    /// Grants the lease that comes with an open.
-    async fn grant_opened(
-        &self,
-        from: PeerKey,
-        opened: &OpenFile,
-        flags: OpenFlags,
-    ) -> Result<Granted, Error> {
-        let inode = opened.held.inode();
-        if opened.writable && flags.contains(OpenFlags::GATHER) {
-            let (lease, blocks) = self.grant_writing(from, inode, opened.kind).await?;
-            if lease != 0 {
-                return Ok(Granted {
-                    lease,
-                    writes: true,
-                    blocks,
-                });
-            }
-        }
-        let reads = opened.readable || opened.writable;
-        let lease = match reads {
-            true => self.grant(from, inode, opened.kind),
-            false => 0,
-        };
-        Ok(Granted {
-            lease,
-            writes: false,
-            blocks: 0,
-        })
     }
 
     /// Returns whether a peer has an inode open for writing.
