@@ -53,7 +53,7 @@ const LONGEST: usize = 32 << 10;
 const MAX_FILES: usize = 32;
 /// Offsets up to which every file system's files reach.
 const MAX_END: u64 = 8 << 30;
-/// The most files whose failures are remembered.
+/// The most files whose failures are remembered, but for those that are open.
 const MAX_FAILED: usize = 256;
 
 /// Writes to a file that S has not got.
@@ -145,6 +145,8 @@ struct State {
     /// Failures by inode, with their numbers.
     failed: BTreeMap<u64, (u64, Errno)>,
     failures: u64,
+    /// The last failure's errno.
+    last: Option<Errno>,
     /// Opens under way that cut the file which they open.
     cutting: u32,
     /// Such opens begun.
@@ -298,11 +300,13 @@ impl State {
 
     fn fail(&mut self, inode: u64, errno: Errno) {
         self.failures += 1;
+        self.last = Some(errno);
         self.failed.insert(inode, (self.failures, errno));
-        while self.failed.len() > MAX_FAILED {
-            let oldest = self.failed.iter().min_by_key(|(_, (number, _))| *number);
-            let oldest = oldest.map(|(&inode, _)| inode);
-            oldest.map(|inode| self.failed.remove(&inode));
+        if self.failed.len() > MAX_FAILED {
+            // Nobody can be told any more of files that are not open.
+            let open = &self.open;
+            self.failed
+                .retain(|failed, _| *failed == inode || open.values().any(|at| at == failed));
         }
     }
 
@@ -384,6 +388,13 @@ impl Gathered {
     /// Returns the last failure to bring writes of a file to S, if its number is above `last`.
     pub(crate) fn failed_since(&self, inode: u64, last: u64) -> Option<(u64, Errno)> {
         let failed = self.state.lock().failed.get(&inode).copied();
+        failed.filter(|&(number, _)| number > last)
+    }
+
+    /// Returns the last failure of any file, if its number is above `last`.
+    pub(crate) fn any_failed_since(&self, last: u64) -> Option<(u64, Errno)> {
+        let state = self.state.lock();
+        let failed = state.last.map(|errno| (state.failures, errno));
         failed.filter(|&(number, _)| number > last)
     }
 
