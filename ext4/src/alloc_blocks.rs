@@ -80,6 +80,11 @@ impl Op<'_> {
 
     /// Allocates up to `want` consecutive blocks; returns the first and how many.
     pub(crate) fn allocate(&mut self, goal: u64, want: u32) -> Step<(u64, u32)> {
+        let room = self.room()?.unwrap_or(0);
+        if room == 0 {
+            return Err(self.no_room());
+        }
+        let want = want.min(u32::try_from(room).unwrap_or(u32::MAX));
         let (start, len) = self.find_free(goal, want)?;
         self.claim(start, len)?;
         Ok((start, len))
@@ -93,6 +98,7 @@ impl Op<'_> {
     /// Marks free blocks of one group allocated.
     pub(crate) fn claim(&mut self, start: u64, len: u32) -> Step<()> {
         self.mark(start, len, true)?;
+        self.change.claimed += u64::from(len);
         self.count_free_blocks(-i64::from(len))
     }
 

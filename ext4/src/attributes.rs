@@ -311,6 +311,7 @@ impl<D: Disk> Ext4<D> {
             let g = op.geometry;
             let sb = op.superblock()?;
             let free = free_blocks(sb, g.wide);
+            let free = free.saturating_sub(op.store.promises.unavailable());
             Ok(Statfs {
                 block_size: u32::try_from(g.block_size).unwrap_or(u32::MAX),
                 blocks: g.blocks - g.first_data_block,

@@ -22,7 +22,7 @@ const MAGIC: u16 = 0xf30a;
 pub(super) const MAX_DEPTH: u16 = 5;
 
 /// Entries of the root, which lies in the inode.
-pub(super) const ROOT_ENTRIES: usize = 4;
+pub(crate) const ROOT_ENTRIES: usize = 4;
 
 /// Longest written extent (`EXT_INIT_MAX_LEN`); larger stored lengths mean an unwritten one, which
 /// is one shorter.
@@ -199,7 +199,7 @@ fn parse_child(raw: &[u8]) -> Child {
 }
 
 /// Entries of a node that fills a block; four bytes behind them hold the checksum.
-pub(super) fn block_entries(geometry: &Geometry) -> usize {
+pub(crate) fn block_entries(geometry: &Geometry) -> usize {
     (geometry.block_size - 12) / 12
 }
 

@@ -15,6 +15,7 @@ use crate::error::{Step, Stop};
 use crate::extents::{Extent, Mapping};
 use crate::inode::{Clock, DIRECTORY, Inode, REGULAR};
 use crate::op::Op;
+use crate::promise::Terms;
 use crate::{Disk, Errno, Error, Ext4, Time};
 
 /// Bytes of one step of a read or write.
@@ -42,6 +43,8 @@ impl Piece {
 struct Reservation<'a, D: Disk> {
     fs: &'a Ext4<D>,
     pieces: Vec<Piece>,
+    /// Blocks of it that no promise covers and that are not claimed.
+    planned: u64,
 }
 
 impl<D: Disk> Drop for Reservation<'_, D> {
@@ -50,6 +53,7 @@ impl<D: Disk> Drop for Reservation<'_, D> {
         for piece in self.pieces.iter().filter(|piece| piece.new) {
             state.store.reserved.remove(piece.extent.physical);
         }
+        state.store.promises.given_up(self.planned);
     }
 }
 
@@ -106,7 +110,7 @@ impl Op<'_> {
                     extent: extent.part(at, to),
                     new: false,
                 },
-                Mapping::Hole(len) => match self.find_free(goal, low32(len.min(to - at))) {
+                Mapping::Hole(len) => match self.plan_blocks(goal, len.min(to - at)) {
                     Ok((physical, len)) => {
                         self.change.reserved.insert(physical, len.into());
                         let logical = low32(at);
@@ -129,6 +133,15 @@ impl Op<'_> {
             pieces.push(piece);
         }
         Ok(pieces)
+    }
+
+    /// Finds up to `want` consecutive free blocks that a write may take.
+    fn plan_blocks(&self, goal: u64, want: u64) -> Step<(u64, u32)> {
+        let room = self.room()?.unwrap_or(0);
+        if room == 0 {
+            return Err(self.no_room());
+        }
+        self.find_free(goal, low32(want.min(room)))
     }
 
     /// Returns the block behind the one that the file has before `from`.
@@ -159,7 +172,8 @@ impl Op<'_> {
         }
         inode.set_time(Clock::Modified, self.now);
         inode.set_time(Clock::Changed, self.now);
-        self.put_inode(&inode)
+        self.put_inode(&inode)?;
+        self.check_room()
     }
 }
 
@@ -250,7 +264,27 @@ impl<D: Disk> Ext4<D> {
         self.check_writable()?;
         let _guard = self.locks.exclusive(inode).await;
         self.finish_cut(inode, now).await?;
-        self.write_held(inode, offset, bytes, now).await
+        self.write_held((inode, None), offset, bytes, now).await
+    }
+
+    /// Writes bytes at `offset` into blocks that were promised to the file; returns how many. The
+    /// disk is full for it only if the promise was for less.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::write`].
+    pub async fn write_promised(
+        &self,
+        inode: u32,
+        offset: u64,
+        bytes: &[u8],
+        now: Time,
+    ) -> Result<usize, Error> {
+        self.check_writable()?;
+        let _guard = self.locks.exclusive(inode).await;
+        self.finish_cut(inode, now).await?;
+        let of = (inode, Some(inode));
+        self.write_held(of, offset, bytes, now).await
     }
 
     /// Writes bytes at the end of a file (`O_APPEND`); returns where they begin and how many they
@@ -264,24 +298,31 @@ impl<D: Disk> Ext4<D> {
         let _guard = self.locks.exclusive(inode).await;
         self.finish_cut(inode, now).await?;
         let size = self.run(now, |op| Ok(op.used_inode(inode)?.size())).await?;
-        Ok((size, self.write_held(inode, size, bytes, now).await?))
+        let of = (inode, None);
+        Ok((size, self.write_held(of, size, bytes, now).await?))
     }
 
+    /// Writes to a file whose lock is held; a promise may pay for it.
     async fn write_held(
         &self,
-        inode: u32,
+        of: (u32, Option<u32>),
         offset: u64,
         bytes: &[u8],
         now: Time,
     ) -> Result<usize, Error> {
-        let mut done = 0;
+        let block = self.geometry.block_size as u64;
+        let (mut done, mut most) = (0, STEP);
         while done < bytes.len() {
             let at = offset.checked_add(done as u64).ok_or(Errno::EFBIG)?;
             // Steps end where blocks do.
-            let step = (STEP - at % STEP).min((bytes.len() - done) as u64);
+            let step = (most - at % most).min((bytes.len() - done) as u64);
             let part = &bytes[done..done + index(step)];
-            match self.write_step(inode, at, part, now).await {
+            match self.write_step(of, at, part, now).await {
                 Ok(written) => done += written,
+                // The last free blocks may be too few for the file's blocks and those of its tree.
+                Err(error) if error.errno() == Errno::ENOSPC && most > block => {
+                    most = (most / 2).min(step.next_power_of_two()).max(block);
+                }
                 Err(error) if done > 0 && error.errno() == Errno::ENOSPC => break,
                 Err(error) => return Err(error),
             }
@@ -291,7 +332,7 @@ impl<D: Disk> Ext4<D> {
 
     async fn write_step(
         &self,
-        number: u32,
+        (number, pays): (u32, Option<u32>),
         offset: u64,
         bytes: &[u8],
         now: Time,
@@ -299,15 +340,23 @@ impl<D: Disk> Ext4<D> {
         let size = self.geometry.block_size as u64;
         let end = offset.checked_add(bytes.len() as u64).ok_or(Errno::EFBIG)?;
         let (first, last) = (offset / size, end.div_ceil(size));
+        let terms = Terms { pays, settles: 0 };
         let pieces = self
-            .run(now, |op| {
+            .run_on(terms, now, |op| {
                 if end > op.max_size() {
                     return Err(Errno::EFBIG.into());
                 }
                 op.plan_write(number, first, last)
             })
             .await?;
-        let reservation = Reservation { fs: self, pieces };
+        let new = pieces.iter().filter(|piece| piece.new);
+        let new = new.map(|piece| u64::from(piece.extent.len)).sum();
+        let planned = if pays.is_some() { 0 } else { new };
+        let mut reservation = Reservation {
+            fs: self,
+            pieces,
+            planned,
+        };
         let pieces = &reservation.pieces;
         let covered = pieces.last().map_or(first, |piece| piece.extent.end());
         let end = end.min(covered * size);
@@ -322,8 +371,12 @@ impl<D: Disk> Ext4<D> {
         }
         try_join_all(writes).await?;
         self.state.lock().unflushed = true;
-        self.run(now, |op| op.finish_write(number, pieces, end))
-            .await?;
+        let settles = planned;
+        self.run_on(Terms { pays, settles }, now, |op| {
+            op.finish_write(number, pieces, end)
+        })
+        .await?;
+        reservation.planned = 0;
         Ok(bytes.len())
     }
 

@@ -10,6 +10,7 @@ use crate::error::{Step, Stop};
 use crate::journal::Journal;
 use crate::locks::Locks;
 use crate::op::Op;
+use crate::promise::Terms;
 use crate::ranges::Ranges;
 use crate::store::{Block, Store};
 use crate::superblock::Geometry;
@@ -70,12 +71,22 @@ impl<D: Disk> Ext4<D> {
     pub(crate) async fn run<T>(
         &self,
         now: Time,
+        attempt: impl FnMut(&mut Op<'_>) -> Step<T>,
+    ) -> Result<T, Error> {
+        self.run_on(Terms::default(), now, attempt).await
+    }
+
+    /// Carries an operation out that takes blocks on terms of its own.
+    pub(crate) async fn run_on<T>(
+        &self,
+        terms: Terms,
+        now: Time,
         mut attempt: impl FnMut(&mut Op<'_>) -> Step<T>,
     ) -> Result<T, Error> {
         let mut loaded = Loaded::default();
         let mut commits = 0;
         loop {
-            match self.attempt(now, &mut loaded, &mut attempt) {
+            match self.attempt((terms, now), &mut loaded, &mut attempt) {
                 Ok(value) => return Ok(value),
                 Err(Stop::Miss(block)) => self.load(block, &mut loaded).await?,
                 Err(Stop::Commit) if commits < MAX_COMMITS && !self.read_only => {
@@ -91,7 +102,7 @@ impl<D: Disk> Ext4<D> {
     /// Tries an operation once; merges its changes if it succeeds.
     fn attempt<T>(
         &self,
-        now: Time,
+        (terms, now): (Terms, Time),
         loaded: &mut Loaded,
         attempt: &mut impl FnMut(&mut Op<'_>) -> Step<T>,
     ) -> Step<T> {
@@ -108,6 +119,7 @@ impl<D: Disk> Ext4<D> {
             &state.holds,
             now,
         );
+        op.terms = terms;
         let value = attempt(&mut op)?;
         let change = op.change;
         if !change.is_empty() {
@@ -126,7 +138,7 @@ impl<D: Disk> Ext4<D> {
         if let Some(inode) = change.hold {
             *state.holds.entry(inode).or_default() += 1;
         }
-        state.store.merge(change);
+        state.store.merge(change, terms);
         Ok(value)
     }
 

@@ -11,6 +11,7 @@
 //!  names, orphan, xattr    operations on metadata
 //!  dir, extents, inode     structures on the disk
 //!  alloc_*, group          bitmaps and group descriptors
+//!  promise                 blocks promised to writers that bring their data later
 //!  op, store               changes of one operation; layers of blocks in memory
 //!  commit, journal         transactions and their log (jbd2)
 //! ```
@@ -63,6 +64,7 @@ mod mount;
 mod names;
 mod op;
 mod orphan;
+mod promise;
 mod ranges;
 mod space;
 mod store;
@@ -77,5 +79,6 @@ pub use fs::Ext4;
 pub use inode::{ROOT, Stat, Time};
 pub use mount::Options;
 pub use names::Rename;
+pub use promise::MAX_PROMISED;
 pub use space::Allocation;
 pub use xattr::{Namespace, SetMode, Xattr};

@@ -13,6 +13,7 @@ use alloc::vec::Vec;
 use crate::Time;
 use crate::bytes::{put_u32, u32_at};
 use crate::error::{Step, Stop, corrupt};
+use crate::promise::Terms;
 use crate::ranges::Ranges;
 use crate::store::{Block, Change, Store};
 use crate::superblock::{Geometry, seal};
@@ -28,6 +29,7 @@ pub(crate) struct Op<'a> {
     /// Number of holds of each inode.
     pub(crate) held: &'a BTreeMap<u32, u32>,
     pub(crate) change: Change,
+    pub(crate) terms: Terms,
     pub(crate) now: Time,
 }
 
@@ -48,6 +50,7 @@ impl<'a> Op<'a> {
             loaded,
             held,
             change: Change::default(),
+            terms: Terms::default(),
             now,
         }
     }

@@ -16,6 +16,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use crate::promise::{Promises, Terms};
 use crate::ranges::Ranges;
 
 /// The bytes of a block, shared between layers.
@@ -67,6 +68,8 @@ pub(crate) struct Store {
     pub(crate) busy: Ranges,
     /// Blocks that are being filled with data before the operation that allocates them.
     pub(crate) reserved: Ranges,
+    /// Blocks promised to writers.
+    pub(crate) promises: Promises,
     /// Inodes on the list of orphans, except those that the mount found there.
     pub(crate) orphans: BTreeSet<u32>,
     /// Number of the state that `clean` copies: a block read under an older number may be stale.
@@ -118,7 +121,12 @@ impl Store {
     }
 
     /// Adds an operation's changes to the running transaction.
-    pub(crate) fn merge(&mut self, change: Change) {
+    pub(crate) fn merge(&mut self, change: Change, terms: Terms) {
+        let planned = change.reserved.blocks();
+        self.promises.spent(terms, change.claimed, planned);
+        if let Some((inode, blocks)) = change.promise {
+            self.promises.promise(inode, blocks);
+        }
         for (start, len) in change.freed.iter() {
             self.busy.insert(start, len);
             self.running.freed.insert(start, len);
@@ -193,6 +201,10 @@ pub(crate) struct Change {
     pub(crate) freed: Ranges,
     /// Blocks to be filled with data before an operation allocates them.
     pub(crate) reserved: Ranges,
+    /// Blocks allocated.
+    pub(crate) claimed: u64,
+    /// An inode whose promise is now of so many blocks.
+    pub(crate) promise: Option<(u32, u64)>,
     /// An inode that is now held open once more.
     pub(crate) hold: Option<u32>,
     /// Inodes that were put on the list of orphans (`true`) or taken off it.

@@ -45,6 +45,20 @@ pub fn pieces(bytes: &[u8]) -> impl Iterator<Item = Option<Piece<'_>>> {
     })
 }
 
+/// Returns how many blocks of a file the pieces of a run touch, their offsets being in order.
+#[must_use]
+pub fn count_blocks(bytes: &[u8], block_size: u32) -> u32 {
+    let size = u64::from(block_size.max(1));
+    let (mut blocks, mut behind) = (0, 0);
+    for piece in pieces(bytes).flatten() {
+        let first = (piece.offset / size).max(behind);
+        let end = (piece.offset + piece.bytes.len() as u64).div_ceil(size);
+        blocks += end.saturating_sub(first);
+        behind = end.max(behind);
+    }
+    u32::try_from(blocks).unwrap_or(u32::MAX)
+}
+
 fn first(bytes: &[u8]) -> Option<(Piece<'_>, &[u8])> {
     let (offset, rest) = bytes.split_first_chunk()?;
     let (len, rest) = rest.split_first_chunk()?;

@@ -305,6 +305,8 @@ wire_struct! {
         lease: u64,
         /// Whether it is a write lease.
         writes: bool,
+        /// Blocks of the file that may wait in the peer; 0 without a write lease.
+        blocks: u32,
         /// Its status.
         stat: Stat,
     }
@@ -315,6 +317,8 @@ wire_struct! {
     Leased {
         /// Its generation; 0 if the peer gets none.
         lease: u64,
+        /// Blocks of the file that may wait in the peer; 0 without a write lease.
+        blocks: u32,
         /// The file's status, read after the lease was granted.
         stat: Stat,
     }
@@ -357,6 +361,15 @@ wire_struct! {
         age_ms: u32,
         /// Whether the file is made durable, too.
         durable: bool,
+    }
+}
+
+wire_struct! {
+    /// The result of bringing writes.
+    Flushed {
+        /// Blocks of the file that may wait in the peer from now on, those among them that wait
+        /// already.
+        blocks: u32,
     }
 }
 
@@ -644,5 +657,5 @@ calls! {
     WriteLease = 43, "p2s_write_lease": FileRequest => Leased;
     /// Brings writes that were gathered under a write lease. It also tells of such writes of this
     /// open file that came by a recall and could not be carried out.
-    Flush = 44, "p2s_flush": FlushRequest => ();
+    Flush = 44, "p2s_flush": FlushRequest => Flushed;
 }

@@ -23,8 +23,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use hal::Instant;
 use messages::storage::{
-    AllocateFlags, Attributes, Caller, FileId, FlushRequest, Leased, MAX_GROUPS, OpenFlags, Opened,
-    RenameFlags, Stat, Statfs, Written, XattrFlags, XattrName,
+    AllocateFlags, Attributes, Caller, FileId, FlushRequest, Flushed, Leased, MAX_GROUPS,
+    OpenFlags, Opened, RenameFlags, Stat, Statfs, Written, XattrFlags, XattrName,
 };
 use messages::{Wire, Writer};
 use spin::Mutex;
@@ -448,7 +448,7 @@ impl<F: Files, C: Fn() -> Instant> Files for CachedFiles<F, C> {
     async fn write_lease(&self, file: FileId) -> Result<Leased> {
         self.files.write_lease(file).await
     }
-    async fn flush(&self, request: &FlushRequest, pieces: &[u8]) -> Result<()> {
+    async fn flush(&self, request: &FlushRequest, pieces: &[u8]) -> Result<Flushed> {
         self.files.flush(request, pieces).await
     }
     async fn gather(

@@ -98,6 +98,8 @@ pub(crate) struct OpenFile {
     writes: Once<Use>,
     /// The number of the last failure to write the file back that its programs were told of.
     told: AtomicU64,
+    /// The same of all files' failures, for syncfs.
+    told_all: AtomicU64,
     /// The node's lock table, once the open file may own locks in it.
     locks: Once<Arc<Locks>>,
 }
@@ -128,6 +130,7 @@ impl OpenFile {
             closing,
             writes: Once::new(),
             told: AtomicU64::new(0),
+            told_all: AtomicU64::new(0),
             locks: Once::new(),
         }
     }
@@ -150,6 +153,20 @@ impl OpenFile {
     /// Notes failures before the file was opened: its programs are not told of them.
     pub(crate) fn begin_failures(&self, last: u64) {
         self.told.store(last, Ordering::Relaxed);
+        self.told_all.store(last, Ordering::Relaxed);
+    }
+
+    /// Returns the number of the last failure that the file's programs were told of.
+    pub(crate) fn told(&self) -> u64 {
+        self.told.load(Ordering::Relaxed)
+    }
+
+    /// Returns a failure to bring to S what was written to any file, once.
+    pub(crate) fn failure_of_any(&self, gathered: &Gathered) -> Option<Errno> {
+        let told = self.told_all.load(Ordering::Relaxed);
+        let (number, errno) = gathered.any_failed_since(told)?;
+        let first = self.told_all.fetch_max(number, Ordering::Relaxed) < number;
+        first.then_some(errno)
     }
 
     /// Returns a failure to bring to S what was written to the file, once.

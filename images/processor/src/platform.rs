@@ -9,7 +9,7 @@ use core::time::Duration;
 use hal::Instant;
 use messages::memory::{CapacityReply, Chunks, MAX_CHUNKS};
 use messages::storage::{
-    AllocateFlags, Attributes, Caller, FileId, FlushRequest, Leased, OpenFlags, Opened,
+    AllocateFlags, Attributes, Caller, FileId, FlushRequest, Flushed, Leased, OpenFlags, Opened,
     RenameFlags, Stat, Statfs, Written, XattrFlags, XattrName,
 };
 use pcache::Access;
@@ -240,7 +240,8 @@ pub trait Files {
     /// Grants or extends this node's write lease of an open file.
     fn write_lease(&self, file: FileId) -> impl Future<Output = Result<Leased>>;
     /// Brings writes that were gathered under a write lease, as pieces; ESTALE if it was lost.
-    fn flush(&self, request: &FlushRequest, pieces: &[u8]) -> impl Future<Output = Result<()>>;
+    fn flush(&self, request: &FlushRequest, pieces: &[u8])
+    -> impl Future<Output = Result<Flushed>>;
     /// Keeps a write, to bring it to S later; `None` if it must be written through.
     fn gather(
         &self,

@@ -11,13 +11,13 @@ use messages::memory::{
 };
 use messages::storage::{
     Allocate, AllocateFlags, AllocateRequest, Attributes, Caller, Close, FileId, FileRequest,
-    Flush, FlushRequest, Fsync, GetXattr, Getdents, GetdentsRequest, Lease, Leased, Link, LinkFile,
-    LinkFileRequest, LinkRequest, ListXattr, ListXattrRequest, Make, MakeRequest, Open, OpenFlags,
-    OpenRequest, Opened, Path, PathRequest, Read, ReadRequest, Readlink, Remove, RemoveRequest,
-    RemoveXattr, Rename, RenameFlags, RenameRequest, SetFile, SetFileRequest, SetPath,
-    SetPathRequest, SetXattr, SetXattrRequest, Stat, StatFile, StatFs, StatPath, StatRequest,
-    Statfs, Symlink, Sync, Truncate, TruncateRequest, Write, WriteLease, WriteRequest, Written,
-    XattrFlags, XattrName, XattrRequest,
+    Flush, FlushRequest, Flushed, Fsync, GetXattr, Getdents, GetdentsRequest, Lease, Leased, Link,
+    LinkFile, LinkFileRequest, LinkRequest, ListXattr, ListXattrRequest, Make, MakeRequest, Open,
+    OpenFlags, OpenRequest, Opened, Path, PathRequest, Read, ReadRequest, Readlink, Remove,
+    RemoveRequest, RemoveXattr, Rename, RenameFlags, RenameRequest, SetFile, SetFileRequest,
+    SetPath, SetPathRequest, SetXattr, SetXattrRequest, Stat, StatFile, StatFs, StatPath,
+    StatRequest, Statfs, Symlink, Sync, Truncate, TruncateRequest, Write, WriteLease, WriteRequest,
+    Written, XattrFlags, XattrName, XattrRequest,
 };
 use messages::{Call, Kind, MAX_MESSAGE};
 
@@ -212,8 +212,8 @@ impl<C: Carrier> Files for Remote<C> {
         self.call::<WriteLease, _>(&FileRequest { file }, Data::None, |leased| leased)
             .await
     }
-    async fn flush(&self, request: &FlushRequest, pieces: &[u8]) -> Result<()> {
-        self.call::<Flush, _>(request, Data::Sent(pieces), |()| ())
+    async fn flush(&self, request: &FlushRequest, pieces: &[u8]) -> Result<Flushed> {
+        self.call::<Flush, _>(request, Data::Sent(pieces), |flushed| flushed)
             .await
     }
     async fn getdents(&self, file: FileId, position: u64, into: &mut [u8]) -> Result<usize> {

@@ -94,6 +94,7 @@ impl<D: Disk> Server<D> {
             counters.handle_write += 1;
             counters.nr_bytes_written += len as u64;
         });
+        self.promise_after_write(from, inode).await;
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         Ok(Written { offset, len })
     }
@@ -120,6 +121,11 @@ impl<D: Disk> Server<D> {
             Allocation::Extend
         };
         let inode = file.held.inode();
+        // The peer forgets it too: a promise is for the tree that the file has.
+        if let Some(leases) = &self.leases {
+            let _door = leases.door(inode).await;
+            self.end_promise(leases, inode);
+        }
         Ok(self
             .files
             .fallocate(inode, how, ask.offset, ask.len, self.now())

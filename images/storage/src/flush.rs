@@ -6,7 +6,7 @@ use core::time::Duration;
 use ext4::{Disk, Time};
 use messages::Errno;
 use messages::pieces::{MAX_PIECES, pieces};
-use messages::storage::FlushRequest;
+use messages::storage::{FlushRequest, Flushed};
 
 use crate::lease::Answer;
 use crate::server::OpenFile;
@@ -22,7 +22,7 @@ impl<D: Disk> Server<D> {
         from: PeerKey,
         ask: &FlushRequest,
         bulk: &mut dyn Bulk,
-    ) -> Result<(), Error> {
+    ) -> Result<Flushed, Error> {
         let file = self.writable(from, ask.file)?;
         let inode = file.held.inode();
         if bulk.len() > MAX_PIECES {
@@ -32,7 +32,7 @@ impl<D: Disk> Server<D> {
         if bulk.read(0, &mut bytes) < bytes.len() {
             return Err(Errno::EIO.into());
         }
-        {
+        let blocks = {
             let leases = self.leases.as_ref().ok_or(Errno::ESTALE)?;
             // Who recalls the lease waits here, so that nothing is written after its end.
             let _door = leases.door(inode).await;
@@ -48,14 +48,16 @@ impl<D: Disk> Server<D> {
                 let age = Duration::from_millis(ask.age_ms.into()).min(MAX_AGE);
                 self.put(&file, &bytes, before(self.now(), age)).await?;
             }
-        }
+            let (to, brought) = ((from, ask.lease), self.blocks_of(&bytes));
+            self.promise_again(leases, to, inode, brought).await
+        };
         if let Some(errno) = file.failed.lock().take() {
             return Err(errno.into());
         }
-        match ask.durable {
-            true => self.fsync(from, ask.file).await,
-            false => Ok(()),
+        if ask.durable {
+            self.fsync(from, ask.file).await?;
         }
+        Ok(Flushed { blocks })
     }
 
     /// Carries out what a recall has brought. The peer is told of a failure by its next flush.
@@ -83,7 +85,9 @@ impl<D: Disk> Server<D> {
         self.strip_set_ids(file).await?;
         let inode = file.held.inode();
         for piece in pieces(bytes).flatten() {
-            let done = self.files.write(inode, piece.offset, piece.bytes, now);
+            let done = self
+                .files
+                .write_promised(inode, piece.offset, piece.bytes, now);
             if done.await? < piece.bytes.len() {
                 return Err(Errno::ENOSPC.into());
             }

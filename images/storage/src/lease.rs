@@ -6,25 +6,26 @@
 //! answer and is carried out by S (`flush`), so that no holder needs a worker of S to answer.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::future::Future;
 use core::pin::Pin;
 
 use ext4::Disk;
 use futures_util::future::{join_all, select};
-use hal::Instant;
+use hal::{Duration, Instant};
 use leases::{Granter, Kind, Lease, Peer, Ticket};
 use messages::pieces::MAX_PIECES;
 use messages::recall::RecallRequest;
-use messages::storage::{FileId, Leased};
-use spin::Mutex;
+use messages::storage::{FileId, Leased, OpenFlags};
+use spin::{Mutex, MutexGuard};
 
 use crate::convert::{self, REGULAR};
 use crate::door::{Doors, Pass};
+use crate::promise::Promise;
+use crate::server::OpenFile;
 use crate::{Error, PeerKey, Server};
 
-/// Free bytes of the disk below which no write lease is granted: as much as two peers gather.
-const ROOM: u64 = 4 << 20;
 /// Bytes of pieces that a recall may bring: those that were on their way, and those behind them.
 const MOST: usize = 2 * MAX_PIECES;
 
@@ -60,6 +61,19 @@ pub(crate) struct Leases {
     granter: Mutex<Granter>,
     holders: Box<dyn Holders>,
     doors: Doors,
+    /// By inode.
+    promises: Mutex<BTreeMap<u32, Promise>>,
+}
+
+/// The lease that comes with an open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Granted {
+    /// Its generation; 0 for none.
+    pub(crate) lease: u64,
+    /// It is a write lease.
+    pub(crate) writes: bool,
+    /// Blocks promised with it.
+    pub(crate) blocks: u32,
 }
 
 /// A lease that is in the way of an access.
@@ -93,6 +107,7 @@ impl Leases {
             granter: Mutex::new(Granter::new(last)),
             holders,
             doors: Doors::default(),
+            promises: Mutex::default(),
         }
     }
 
@@ -152,21 +167,20 @@ impl Leases {
         if left.iter().all(|other| other.generation != lease) {
             return None;
         }
-        let got = self.fetch(recall).await;
+        let peer = PeerKey(recall.lease.peer.0);
+        let got = self.fetch(peer, recall.inode, lease).await;
         if got.is_none() {
-            let peer = recall.lease.peer.0;
-            log::warn!("peer {peer} did not return a lease: it expires");
+            log::warn!("peer {} did not return a lease: it expires", peer.0);
         }
         got
     }
 
     /// Asks for a lease, and for what was gathered under it, part by part.
-    async fn fetch(&self, recall: &Recall) -> Option<Answer> {
-        let peer = PeerKey(recall.lease.peer.0);
+    pub(crate) async fn fetch(&self, peer: PeerKey, inode: u32, lease: u64) -> Option<Answer> {
         let ask = |from| {
             let request = RecallRequest {
-                inode: recall.inode.into(),
-                lease: recall.lease.generation,
+                inode: inode.into(),
+                lease,
                 from,
             };
             self.holders.recall(peer, request)
@@ -189,10 +203,20 @@ impl Leases {
         (all.part.len() == total).then_some(all)
     }
 
-    fn returned(&self, recall: &Recall) {
-        let (lease, inode) = (recall.lease, recall.inode.into());
+    /// Notes that a peer has given a lease back.
+    pub(crate) fn returned(&self, peer: PeerKey, inode: u32, lease: u64) {
         let mut granter = self.granter.lock();
-        granter.returned(lease.peer, inode, lease.generation);
+        granter.returned(Peer(peer.0), inode.into(), lease);
+    }
+
+    /// Returns the promises made with write leases.
+    pub(crate) fn promises(&self) -> MutexGuard<'_, BTreeMap<u32, Promise>> {
+        self.promises.lock()
+    }
+
+    /// Waits for a time.
+    pub(crate) fn sleep(&self, time: Duration) -> Wait<'_, ()> {
+        self.holders.sleep_until(self.holders.now() + time)
     }
 
     /// Waits until no lease stands in the way of accesses.
@@ -244,7 +268,8 @@ impl<D: Disk> Server<D> {
         leases.expiry(&access.tickets).await;
         // What others take back at this moment may be this peer's.
         for &inode in inodes.iter().filter(|&&inode| inode != NAMES) {
-            drop(leases.door(inode).await);
+            let _door = leases.door(inode).await;
+            self.end_dead_promise(leases, inode);
         }
         access
     }
@@ -264,7 +289,14 @@ impl<D: Disk> Server<D> {
             let lease = recall.lease.generation;
             self.brought(peer, (recall.inode, lease), &answer).await;
         }
-        leases.returned(recall);
+        leases.returned(
+            PeerKey(recall.lease.peer.0),
+            recall.inode,
+            recall.lease.generation,
+        );
+        if recall.lease.kind() == Kind::Write {
+            self.end_dead_promise(leases, recall.inode);
+        }
     }
 
     /// Grants a peer a read lease of a regular file; 0 if it gets none. What is known of the file
@@ -276,38 +308,71 @@ impl<D: Disk> Server<D> {
         }
     }
 
-    /// Grants a peer a write lease of a regular file; 0 if it gets none. When the disk is
-    /// nearly full nobody gets one, as writes that were gathered can't be refused any more.
+    /// Grants a peer a write lease of a regular file, 0 if it gets none, and promises it blocks for
+    /// what it gathers. When the disk is nearly full nobody gets one.
     pub(crate) async fn grant_writing(
         &self,
         to: PeerKey,
         inode: u32,
         kind: u16,
-    ) -> Result<u64, Error> {
+    ) -> Result<(u64, u32), Error> {
         let Some(leases) = self.leases.as_ref().filter(|_| kind == REGULAR) else {
-            return Ok(0);
+            return Ok((0, 0));
         };
-        let sizes = self.files.statfs().await?;
-        let room = sizes.available.saturating_mul(sizes.block_size.into());
-        if room < ROOM || self.files.is_read_only() {
-            return Ok(0);
+        if !self.has_room().await? {
+            return Ok((0, 0));
         }
         // What others know of the file by its path may change from now on.
         let _names = self.access(to, &[]).await;
-        Ok(leases.grant(to, inode, Kind::Write))
+        let lease = leases.grant(to, inode, Kind::Write);
+        let blocks = match lease {
+            0 => 0,
+            lease => self.promise(leases, (to, lease), inode).await,
+        };
+        Ok((lease, blocks))
+    }
+
+    /// Grants the lease that comes with an open.
+    pub(crate) async fn grant_opened(
+        &self,
+        from: PeerKey,
+        opened: &OpenFile,
+        flags: OpenFlags,
+    ) -> Result<Granted, Error> {
+        let inode = opened.held.inode();
+        if opened.writable && flags.contains(OpenFlags::GATHER) {
+            let (lease, blocks) = self.grant_writing(from, inode, opened.kind).await?;
+            if lease != 0 {
+                return Ok(Granted {
+                    lease,
+                    writes: true,
+                    blocks,
+                });
+            }
+        }
+        let reads = opened.readable || opened.writable;
+        let lease = match reads {
+            true => self.grant(from, inode, opened.kind),
+            false => 0,
+        };
+        Ok(Granted {
+            lease,
+            writes: false,
+            blocks: 0,
+        })
     }
 
     /// Answers a request for a lease of an open file.
     pub(crate) async fn lease(&self, from: PeerKey, file: FileId) -> Result<Leased, Error> {
         if file == FileId::NAMES {
             let lease = self.grant(from, NAMES, REGULAR);
-            return self.leased(ext4::ROOT, lease).await;
+            return self.leased(ext4::ROOT, (lease, 0)).await;
         }
         let file = self.file(from, file)?;
         let inode = file.held.inode();
         let _look = self.look(from, inode).await;
         let lease = self.grant(from, inode, file.kind);
-        self.leased(inode, lease).await
+        self.leased(inode, (lease, 0)).await
     }
 
     /// Answers a request for a write lease of an open file.
@@ -316,15 +381,19 @@ impl<D: Disk> Server<D> {
         let inode = file.held.inode();
         let lease = match file.writable {
             true => self.grant_writing(from, inode, file.kind).await?,
-            false => 0,
+            false => (0, 0),
         };
         let _look = self.look(from, inode).await;
         self.leased(inode, lease).await
     }
 
-    async fn leased(&self, inode: u32, lease: u64) -> Result<Leased, Error> {
+    async fn leased(&self, inode: u32, (lease, blocks): (u64, u32)) -> Result<Leased, Error> {
         let stat = self.files.stat(inode).await?;
         let stat = convert::stat(&stat, self.files.block_size());
-        Ok(Leased { lease, stat })
+        Ok(Leased {
+            lease,
+            blocks,
+            stat,
+        })
     }
 }

@@ -6,6 +6,7 @@
 //! * `change`: the requests that change something.
 //! * [`lease`]: leases of files, and their recall.
 //! * `flush`: what peers have gathered under write leases.
+//! * `promise`: the disk's blocks that are kept for it.
 //! * `rights`: what a caller may do.
 //! * `xattr`: the requests about extended attributes.
 //!
@@ -13,8 +14,7 @@
 //!
 //! Access control lists, locks of files. S trusts a peer's statement of its callers. Paths begin at
 //! the root, so a process in a directory that it may not reach any more does not reach it by a
-//! relative path either. Leases of directories. Blocks are not reserved for what peers gather:
-//! write leases are not granted when the disk is nearly full.
+//! relative path either. Leases of directories.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -28,6 +28,7 @@ mod error;
 mod flush;
 mod held;
 pub mod lease;
+mod promise;
 mod rights;
 mod server;
 #[cfg(test)]

@@ -20,7 +20,7 @@ use spin::Mutex;
 use crate::Error;
 use crate::convert::{self, DIRECTORY, REGULAR, is};
 use crate::held::{Held, Holds};
-use crate::lease::{Holders, Leases};
+use crate::lease::{Granted, Holders, Leases};
 use crate::rights::{self, EXECUTE, READ, WRITE};
 use crate::walk::{Node, Walker};
 
@@ -91,7 +91,7 @@ pub(crate) struct OpenFile {
     /// `OpenFlags::WRITE` was given.
     pub(crate) writable: bool,
     /// `OpenFlags::READ` or `OpenFlags::EXECUTE` was given.
-    readable: bool,
+    pub(crate) readable: bool,
     /// Set-user-id and set-group-id survive writes.
     pub(crate) keeps_set_ids: bool,
     /// Type of the file, as `st_mode`.
@@ -182,6 +182,7 @@ impl<D: Disk> Server<D> {
     ///
     /// The file system's failure.
     pub async fn commit(&self) -> Result<(), Error> {
+        self.end_dead_promises().await;
         self.holds.release(&self.files, self.now()).await?;
         Ok(self.files.sync(self.now()).await?)
     }
@@ -217,6 +218,27 @@ impl<D: Disk> Server<D> {
         reply: &mut [u8],
         bulk: &mut dyn Bulk,
     ) -> usize {
+        let refused = self.files.refused_for_promises();
+        let mut len = self.handle_once(from, (kind, request), reply, bulk).await;
+        let full = reply.first_chunk() == Some(&Errno::ENOSPC.0.to_le_bytes());
+        if full && kind != Flush::KIND.0 && self.files.refused_for_promises() != refused {
+            self.take_promises_back().await;
+            len = self.handle_once(from, (kind, request), reply, bulk).await;
+        }
+        if let Err(error) = self.holds.release(&self.files, self.now()).await {
+            // A deletion that failed is finished by the next mount.
+            log::error!("a file that is not open any more is not deleted: {error}");
+        }
+        len
+    }
+
+    async fn handle_once(
+        &self,
+        from: PeerKey,
+        (kind, request): (u16, &[u8]),
+        reply: &mut [u8],
+        bulk: &mut dyn Bulk,
+    ) -> usize {
         let request = match StorageRequest::decode(Kind(kind), request) {
             Ok(request) => request,
             Err(error) => {
@@ -225,12 +247,7 @@ impl<D: Disk> Server<D> {
                 return put::<Close>(&Err(Errno::EPROTO), reply);
             }
         };
-        let len = self.answer(from, request, reply, bulk).await;
-        if let Err(error) = self.holds.release(&self.files, self.now()).await {
-            // A deletion that failed is finished by the next mount.
-            log::error!("a file that is not open any more is not deleted: {error}");
-        }
-        len
+        self.answer(from, request, reply, bulk).await
     }
 
     async fn answer(
@@ -365,10 +382,14 @@ impl<D: Disk> Server<D> {
     /// Closes a file, once a recall has brought what was gathered of it.
     async fn close(&self, from: PeerKey, file: FileId) -> Result<(), Errno> {
         let inode = self.file(from, file)?.held.inode();
-        if let Some(leases) = &self.leases {
-            drop(leases.door(inode).await);
-        }
+        let _door = match &self.leases {
+            Some(leases) => Some(leases.door(inode).await),
+            None => None,
+        };
         let closed = self.state.lock().open.remove(&(from, file));
+        if let Some(leases) = &self.leases {
+            self.end_dead_promise(leases, inode);
+        }
         closed.map(drop).ok_or(Errno::EBADF)
     }
 
@@ -403,32 +424,19 @@ impl<D: Disk> Server<D> {
         if is(&stat, REGULAR) && self.look(from, opened.held.inode()).await.recalled {
             stat = self.files.stat(opened.held.inode()).await?;
         }
-        let (lease, writes) = self.grant_opened(from, &opened, flags).await?;
-        if lease != 0 {
+        let granted = self.grant_opened(from, &opened, flags).await?;
+        if granted.lease != 0 {
             stat = self.files.stat(opened.held.inode()).await?;
         }
-        Ok(self.enter(from, opened, (lease, writes), &stat))
+        Ok(self.enter(from, opened, granted, &stat))
     }
 
-    /// Grants the lease that comes with an open; returns its generation, 0 for none, and whether it
-    /// is a write lease.
-    async fn grant_opened(
-        &self,
-        from: PeerKey,
-        opened: &OpenFile,
-        flags: OpenFlags,
-    ) -> Result<(u64, bool), Error> {
-        let inode = opened.held.inode();
-        if opened.writable && flags.contains(OpenFlags::GATHER) {
-            let lease = self.grant_writing(from, inode, opened.kind).await?;
-            if lease != 0 {
-                return Ok((lease, true));
-            }
-        }
-        match opened.readable || opened.writable {
-            true => Ok((self.grant(from, inode, opened.kind), false)),
-            false => Ok((0, false)),
-        }
+    /// Returns whether a peer has an inode open for writing.
+    pub(crate) fn may_write(&self, peer: PeerKey, inode: u32) -> bool {
+        let state = self.state.lock();
+        let theirs = (peer, FileId(0))..=(peer, FileId(u64::MAX));
+        let mut theirs = state.open.range(theirs).map(|(_, file)| file);
+        theirs.any(|file| file.writable && file.held.inode() == inode)
     }
 
     fn opened_by(&self, peer: PeerKey) -> usize {
@@ -444,7 +452,7 @@ impl<D: Disk> Server<D> {
         &self,
         from: PeerKey,
         opened: OpenFile,
-        (lease, writes): (u64, bool),
+        granted: Granted,
         stat: &ext4::Stat,
     ) -> Opened {
         let mut state = self.state.lock();
@@ -454,8 +462,9 @@ impl<D: Disk> Server<D> {
         let stat = convert::stat(stat, self.files.block_size());
         Opened {
             file,
-            lease,
-            writes,
+            lease: granted.lease,
+            writes: granted.writes,
+            blocks: granted.blocks,
             stat,
         }
     }

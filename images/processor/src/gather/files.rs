@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use hal::Instant;
 use messages::storage::{
-    AllocateFlags, Attributes, Caller, FileId, FlushRequest, Leased, OpenFlags, Opened,
+    AllocateFlags, Attributes, Caller, FileId, FlushRequest, Flushed, Leased, OpenFlags, Opened,
     RenameFlags, Stat, Statfs, Written, XattrFlags, XattrName,
 };
 
@@ -73,7 +73,7 @@ impl<F: Files, C: Fn() -> Instant> Gathering<F, C> {
             };
             let request = FlushRequest { durable, ..request };
             let answer = match self.files.flush(&request, &pieces).await {
-                Ok(()) => Ok(()),
+                Ok(flushed) => Ok(flushed),
                 Err(Error::Errno(errno)) => Err(errno),
                 Err(error) => return Err(error),
             };
@@ -116,7 +116,7 @@ impl<F: Files, C: Fn() -> Instant> Gathering<F, C> {
             Err(Error::Errno(_)) => return Ok(false),
             Err(error) => return Err(error),
         };
-        let held = asking.answered(leased.stat.inode, leased.lease);
+        let held = asking.answered((leased.lease, leased.blocks), &leased.stat);
         let mut state = state.lock();
         let same = state.cuts == cuts && state.cutting == 0;
         if let Some((_, dirty)) = state.entry(file) {
@@ -137,7 +137,7 @@ impl<F: Files, C: Fn() -> Instant> Gathering<F, C> {
             state.open.insert(opened.file, opened.stat.inode);
         }
         if opened.writes {
-            asking.answered(opened.stat.inode, opened.lease);
+            asking.answered((opened.lease, opened.blocks), &opened.stat);
         }
     }
 
@@ -204,7 +204,7 @@ impl<F: Files, C: Fn() -> Instant> Files for Gathering<F, C> {
     async fn write_lease(&self, file: FileId) -> Result<Leased> {
         self.files.write_lease(file).await
     }
-    async fn flush(&self, request: &FlushRequest, pieces: &[u8]) -> Result<()> {
+    async fn flush(&self, request: &FlushRequest, pieces: &[u8]) -> Result<Flushed> {
         self.files.flush(request, pieces).await
     }
     async fn open(
@@ -262,6 +262,9 @@ impl<F: Files, C: Fn() -> Instant> Files for Gathering<F, C> {
             if state.files.get(&inode).is_some_and(idle) {
                 state.files.remove(&inode);
             }
+            if !state.open.values().any(|&other| other == inode) {
+                state.promises.remove(&inode);
+            }
         }
         closed
     }
@@ -289,7 +292,12 @@ impl<F: Files, C: Fn() -> Instant> Files for Gathering<F, C> {
     ) -> Result<()> {
         self.bring_file(file).await?;
         let done = self.files.allocate(file, flags, offset, len).await;
-        self.gathered.state.lock().resized(file);
+        let mut state = self.gathered.state.lock();
+        state.resized(file);
+        // S promised blocks for the tree that the file had.
+        if let Some(&inode) = state.open.get(&file) {
+            state.promises.remove(&inode);
+        }
         done
     }
     async fn fsync(&self, file: FileId) -> Result<()> {

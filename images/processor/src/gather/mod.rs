@@ -10,6 +10,8 @@
 //! * S also gets it after `AGE`, when a run is full, at `close` and at `fsync`, which takes one
 //!   call for both.
 //! * A recall takes a lock only: its answer carries what was gathered, and S carries it out.
+//! * S promises blocks of its disk with a write lease, so that what waits fits there. No more is
+//!   kept than that: the rest is written through, so ENOSPC comes from `write`.
 //! * A run that S refuses is lost, as Linux's write-back loses pages. Each open file is told so
 //!   once, by its next fsync or close (`Gathered::failed_since`).
 //!
@@ -30,7 +32,7 @@ use hal::{Duration, Instant};
 use leases::{Holder, Kind};
 use messages::Errno;
 use messages::recall::{MAX_PART, RecallRequest};
-use messages::storage::{FileId, FlushRequest, Written};
+use messages::storage::{FileId, FlushRequest, Flushed, Stat, Written};
 use spin::Mutex;
 
 use self::run::Run;
@@ -51,7 +53,7 @@ const LONGEST: usize = 32 << 10;
 const MAX_FILES: usize = 32;
 /// Offsets up to which every file system's files reach.
 const MAX_END: u64 = 8 << 30;
-/// The most files whose failures are remembered.
+/// The most files whose failures are remembered, but for those that are open.
 const MAX_FAILED: usize = 256;
 
 /// Writes to a file that S has not got.
@@ -70,6 +72,8 @@ struct Dirty {
     last: Instant,
     /// Pieces on their way to S.
     flying: Option<Arc<Vec<u8>>>,
+    /// Blocks of the file that they touch.
+    flying_blocks: u64,
     /// A recall has brought the pieces that are on their way, too.
     flying_handed: bool,
     /// Pieces that a recall brings to S, part by part.
@@ -93,6 +97,7 @@ impl Dirty {
             since: never,
             last: never,
             flying: None,
+            flying_blocks: 0,
             flying_handed: false,
             handed: Vec::new(),
             asks: false,
@@ -107,17 +112,41 @@ impl Dirty {
     }
 }
 
+/// Blocks of a file that S has promised to keep free for what waits.
+#[derive(Debug, Clone, Copy)]
+struct Promise {
+    /// The lease that it came with.
+    generation: u64,
+    blocks: u64,
+    /// Bytes of a block.
+    size: u64,
+}
+
+impl Promise {
+    fn new(generation: u64, blocks: u32, size: u32) -> Self {
+        Self {
+            generation,
+            blocks: blocks.into(),
+            size: u64::from(size).max(1),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     /// The write leases.
     holder: Holder,
     /// By inode.
     files: BTreeMap<u64, Dirty>,
+    /// By inode; those of regular files that are open at S.
+    promises: BTreeMap<u64, Promise>,
     /// Inodes of regular files that are open at S.
     open: BTreeMap<FileId, u64>,
     /// Failures by inode, with their numbers.
     failed: BTreeMap<u64, (u64, Errno)>,
     failures: u64,
+    /// The last failure's errno.
+    last: Option<Errno>,
     /// Opens under way that cut the file which they open.
     cutting: u32,
     /// Such opens begun.
@@ -160,11 +189,13 @@ impl State {
             return Tried::Not;
         };
         let held = self.holder.valid(inode, now + SPARE);
+        let promise = self.promises.get(&inode).copied();
+        let promise = held.and_then(|held| promise.filter(|at| at.generation == held.generation));
         let may_ask = self.holder.may_ask(inode, now);
         let Some((_, dirty)) = self.entry(file) else {
             return Tried::Not;
         };
-        let Some(held) = held else {
+        let (Some(held), Some(promise)) = (held, promise) else {
             // A lone write is not worth a request for a lease.
             let often = dirty.last != Instant::from_nanos(0) && now < dirty.last + AGE;
             dirty.last = now;
@@ -190,14 +221,19 @@ impl State {
         if end > MAX_END {
             return Tried::Not;
         }
-        if !dirty.run.fits(bytes.len()) {
-            return Tried::Full;
+        let blocks = dirty.run.blocks_with(offset, bytes.len(), promise.size);
+        if !dirty.run.fits(bytes.len()) || blocks + dirty.flying_blocks > promise.blocks {
+            // Without anything to be brought there will be no more room.
+            return match dirty.is_clean() {
+                true => Tried::Not,
+                false => Tried::Full,
+            };
         }
         if dirty.run.is_empty() {
             dirty.since = now;
         }
         dirty.last = now;
-        dirty.run.add(offset, bytes);
+        dirty.run.add(offset, bytes, promise.size);
         dirty.size = dirty.size.map(|size| size.max(end));
         self.kept += 1;
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
@@ -214,6 +250,7 @@ impl State {
         // What was on its way when its task ended goes again.
         if dirty.flying.is_none() && !dirty.is_clean() {
             dirty.asks = false;
+            dirty.flying_blocks = dirty.run.blocks();
             dirty.flying = Some(Arc::new(dirty.run.take_pieces()));
         }
         let pieces = dirty.flying.clone()?;
@@ -228,20 +265,29 @@ impl State {
     }
 
     /// Notes that S has answered for what was brought.
-    fn landed(&mut self, inode: u64, answer: Result<(), Errno>) {
+    fn landed(&mut self, inode: u64, answer: Result<Flushed, Errno>) {
         let Some(dirty) = self.files.get_mut(&inode) else {
             return;
         };
         dirty.flying = None;
+        dirty.flying_blocks = 0;
         let handed = core::mem::take(&mut dirty.flying_handed);
         match answer {
-            Ok(()) => dirty.asks &= handed,
+            Ok(flushed) => {
+                dirty.asks &= handed;
+                let promise = self.promises.get_mut(&inode);
+                let promise = promise.filter(|at| at.generation == dirty.generation);
+                if let Some(promise) = promise {
+                    promise.blocks = flushed.blocks.into();
+                }
+            }
             // S has carried it out, as the recall brought it first.
             Err(errno::ESTALE) if handed => {}
             Err(errno) => {
                 log::error!("what was written to inode {inode} is lost: {errno}");
                 dirty.size = None;
                 self.holder.forget(inode);
+                self.promises.remove(&inode);
                 let told = if errno == errno::ESTALE {
                     errno::EIO
                 } else {
@@ -254,11 +300,13 @@ impl State {
 
     fn fail(&mut self, inode: u64, errno: Errno) {
         self.failures += 1;
+        self.last = Some(errno);
         self.failed.insert(inode, (self.failures, errno));
-        while self.failed.len() > MAX_FAILED {
-            let oldest = self.failed.iter().min_by_key(|(_, (number, _))| *number);
-            let oldest = oldest.map(|(&inode, _)| inode);
-            oldest.map(|inode| self.failed.remove(&inode));
+        if self.failed.len() > MAX_FAILED {
+            // Nobody can be told any more of files that are not open.
+            let open = &self.open;
+            self.failed
+                .retain(|failed, _| *failed == inode || open.values().any(|at| at == failed));
         }
     }
 
@@ -343,6 +391,13 @@ impl Gathered {
         failed.filter(|&(number, _)| number > last)
     }
 
+    /// Returns the last failure of any file, if its number is above `last`.
+    pub(crate) fn any_failed_since(&self, last: u64) -> Option<(u64, Errno)> {
+        let state = self.state.lock();
+        let failed = state.last.map(|errno| (state.failures, errno));
+        failed.filter(|&(number, _)| number > last)
+    }
+
     /// Returns how many writes were kept.
     #[must_use]
     pub fn kept(&self) -> u64 {
@@ -383,14 +438,20 @@ impl<'a> Asking<'a> {
         Self { state, ask }
     }
 
-    /// Takes over S's answer; 0 is a refusal. Returns whether the lease is held.
-    fn answered(mut self, inode: u64, lease: u64) -> bool {
+    /// Takes over S's answer: a lease, 0 being a refusal, and the blocks promised with it. Returns
+    /// whether the lease is held.
+    fn answered(mut self, (lease, blocks): (u64, u32), stat: &Stat) -> bool {
         let Some(ask) = self.ask.take() else {
             return false;
         };
         let granted = (lease != 0).then_some((lease, Kind::Write));
         let mut state = self.state.lock();
-        state.holder.answered(ask, inode, granted).is_some()
+        let held = state.holder.answered(ask, stat.inode, granted);
+        if held.is_some_and(|held| held.generation == lease) {
+            let promise = Promise::new(lease, blocks, stat.block_size);
+            state.promises.insert(stat.inode, promise);
+        }
+        held.is_some()
     }
 }
 
@@ -444,6 +505,7 @@ mod tests {
                 .answered(ask, INODE, Some((7, Kind::Write)))
                 .is_some()
         );
+        state.promises.insert(INODE, Promise::new(7, 100, 4096));
         state
     }
 
@@ -483,7 +545,7 @@ mod tests {
         // S is asked once whether it could carry it out.
         let (_, nothing) = state.take_off(INODE, at(61)).unwrap();
         assert!(nothing.is_empty());
-        state.landed(INODE, Ok(()));
+        state.landed(INODE, Ok(Flushed { blocks: 100 }));
         assert!(state.files[&INODE].is_clean());
     }
 
@@ -504,7 +566,7 @@ mod tests {
         assert!(keep(&mut state, 0, b"again", at(3)));
         let (_, taken) = state.take_off(INODE, at(4)).unwrap();
         assert_eq!(first, taken);
-        state.landed(INODE, Ok(()));
+        state.landed(INODE, Ok(Flushed { blocks: 100 }));
         let (_, second) = state.take_off(INODE, at(5)).unwrap();
         assert!(second.ends_with(b"again"));
         // Unless a recall has brought it.

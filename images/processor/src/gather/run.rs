@@ -1,6 +1,6 @@
 //! Writes to one file that wait to be brought to S.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use messages::pieces::{HEAD, MAX_PIECES, Piece};
@@ -11,6 +11,8 @@ pub(super) struct Run {
     ranges: BTreeMap<u64, Vec<u8>>,
     /// Bytes of all ranges.
     bytes: usize,
+    /// Blocks of the file that they touch.
+    blocks: BTreeSet<u64>,
 }
 
 impl Run {
@@ -28,11 +30,24 @@ impl Run {
         self.encoded() + HEAD + len <= MAX_PIECES
     }
 
+    /// Returns how many blocks of the file the run touches.
+    pub(super) fn blocks(&self) -> u64 {
+        self.blocks.len() as u64
+    }
+
+    /// Returns how many blocks it touches with a write of `len` bytes, blocks being of `size` bytes.
+    pub(super) fn blocks_with(&self, offset: u64, len: usize, size: u64) -> u64 {
+        let new = touched(offset, len, size).filter(|block| !self.blocks.contains(block));
+        self.blocks() + new.count() as u64
+    }
+
     /// Adds a write, over those before. The caller has checked that it fits.
-    pub(super) fn add(&mut self, offset: u64, bytes: &[u8]) {
+    pub(super) fn add(&mut self, offset: u64, bytes: &[u8], block_size: u64) {
         if bytes.is_empty() {
             return;
         }
+        let blocks = touched(offset, bytes.len(), block_size);
+        self.blocks.extend(blocks);
         let end = offset + bytes.len() as u64;
         let before = self.ranges.range(..=offset).next_back();
         let joined = before.filter(|(start, had)| *start + had.len() as u64 >= offset);
@@ -75,9 +90,15 @@ impl Run {
     }
 }
 
+/// Returns the blocks that a write touches.
+fn touched(offset: u64, len: usize, size: u64) -> core::ops::Range<u64> {
+    let end = offset.saturating_add(len as u64);
+    offset / size..end.div_ceil(size)
+}
+
 #[cfg(test)]
 mod tests {
-    use messages::pieces::pieces;
+    use messages::pieces::{count_blocks, pieces};
     use proptest::prelude::*;
 
     use super::*;
@@ -93,13 +114,15 @@ mod tests {
             for (offset, len, byte) in writes {
                 let bytes: Vec<u8> = (0..len).map(|n| byte.wrapping_add(n.to_le_bytes()[0]) | 1).collect();
                 prop_assert!(run.fits(len));
-                run.add(offset, &bytes);
+                run.add(offset, &bytes, 16);
                 let at = usize::try_from(offset).unwrap();
                 file[at..at + len].copy_from_slice(&bytes);
                 let known: usize = run.ranges.values().map(Vec::len).sum();
                 prop_assert_eq!(known, run.bytes);
             }
+            let blocks = u32::try_from(run.blocks()).unwrap();
             let (len, bytes) = (run.encoded(), run.take_pieces());
+            prop_assert_eq!(count_blocks(&bytes, 16), blocks);
             prop_assert_eq!(len, bytes.len());
             prop_assert!(run.is_empty() && run.bytes == 0);
             let (mut brought, mut last) = (vec![0; 300], None);
@@ -119,7 +142,7 @@ mod tests {
         let mut run = Run::default();
         let mut offset = 0;
         while run.fits(4096) {
-            run.add(offset, &[7; 4096]);
+            run.add(offset, &[7; 4096], 4096);
             offset += 5000;
         }
         let bytes = run.take_pieces();

@@ -13,7 +13,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::hash::{BuildHasher, Hasher};
 use core::ops::Range;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use foldhash::quality::FixedState;
 use messages::storage::FileId;
@@ -37,6 +37,8 @@ pub(super) struct Stores {
     writer: Mutex<Option<(Option<Arc<Handle>>, FileId)>>,
     /// A write-back that failed and that no program was told of.
     failed: Mutex<Option<Errno>>,
+    /// The number of the last failure of gathered writes that msync has told.
+    told: AtomicU64,
 }
 
 impl Stores {
@@ -89,7 +91,10 @@ impl FilePages {
     /// Keeps the file open for writing, for what programs will store.
     pub(crate) fn set_writer(&self, open: &OpenFile, id: FileId) {
         let mut writer = self.stores.writer.lock();
-        writer.get_or_insert_with(|| (open.handle(), id));
+        writer.get_or_insert_with(|| {
+            self.stores.told.store(open.told(), Ordering::Relaxed);
+            (open.handle(), id)
+        });
     }
 
     /// Notes that a page is mapped to be written.
@@ -112,8 +117,23 @@ impl FilePages {
         let writer = self.stores.writer.lock().clone();
         if let Some((_handle, id)) = writer {
             node.files().fsync(id).await?;
+            self.tell_gathered(node)?;
         }
         self.take_failure()
+    }
+
+    /// Tells msync, once, that what was written to the file by calls did not come to S.
+    fn tell_gathered<N: Node>(&self, node: &N) -> Result<()> {
+        let told = &self.stores.told;
+        let gathered = node.files().gathered();
+        let failed =
+            gathered.and_then(|all| all.failed_since(self.inode, told.load(Ordering::Relaxed)));
+        match failed {
+            Some((number, errno)) if told.fetch_max(number, Ordering::Relaxed) < number => {
+                Err(errno.into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes the failure of a write-back that no program was told of.

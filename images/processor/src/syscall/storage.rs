@@ -290,9 +290,14 @@ impl<N: Node> Thread<N> {
     }
 
     pub(super) async fn sys_syncfs(&self, [fd, ..]: Args) -> Result<u64> {
-        self.file(fd)?;
+        let file = self.file(fd)?;
         storage::write_back_all(self.node).await?;
-        self.node.files().sync().await.map(|()| 0)
+        self.node.files().sync().await?;
+        let gathered = self.node.files().gathered();
+        match gathered.and_then(|gathered| file.failure_of_any(gathered)) {
+            Some(errno) => Err(errno.into()),
+            None => Ok(0),
+        }
     }
 
     /// Makes something on S's disk; `mode` has the program's mask applied.

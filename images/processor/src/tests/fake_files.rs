@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use messages::pieces::pieces;
 use messages::storage::{
     AllocateFlags, AttributeFlags, Attributes, Caller, Entry, FileId, FileTime, FlushRequest,
-    Leased, OpenFlags, Opened, Privileges, RenameFlags, Stat, Statfs, Written, XattrFlags,
+    Flushed, Leased, OpenFlags, Opened, Privileges, RenameFlags, Stat, Statfs, Written, XattrFlags,
     XattrName,
 };
 use messages::{Wire, Writer};
@@ -40,6 +40,8 @@ pub(crate) struct FakeFiles {
     pub(crate) names: Cell<u64>,
     /// Write leases are granted, too.
     pub(crate) gathers: Cell<bool>,
+    /// Blocks promised with a write lease.
+    pub(crate) promised: Cell<u32>,
     /// Runs of gathered writes.
     pub(crate) flushes: Cell<u64>,
     /// Requests for write leases.
@@ -87,6 +89,7 @@ impl FakeFiles {
             most: 5_000,
             leases: Cell::new(true),
             names: Cell::new(1),
+            promised: Cell::new(72),
             ..Self::default()
         }
     }
@@ -264,6 +267,7 @@ impl Files for FakeFiles {
             file: FileId(at as u64 + 1),
             lease: self.generation(at),
             writes: self.gathers.get() && flags.contains(OpenFlags::GATHER),
+            blocks: self.promised.get(),
             stat: self.stat_of(at),
         })
     }
@@ -274,9 +278,14 @@ impl Files for FakeFiles {
             false => 0,
         };
         let stat = self.stat_of(index(file));
-        Ok(Leased { lease, stat })
+        let blocks = self.promised.get();
+        Ok(Leased {
+            lease,
+            blocks,
+            stat,
+        })
     }
-    async fn flush(&self, request: &FlushRequest, bytes: &[u8]) -> Result<()> {
+    async fn flush(&self, request: &FlushRequest, bytes: &[u8]) -> Result<Flushed> {
         let at = index(request.file);
         if self.full.get() {
             return Err(errno::ENOSPC.into());
@@ -288,7 +297,8 @@ impl Files for FakeFiles {
         self.put_pieces(at, bytes);
         let synced = self.syncs.get() + u64::from(request.durable);
         self.syncs.set(synced);
-        Ok(())
+        let blocks = self.promised.get();
+        Ok(Flushed { blocks })
     }
     async fn read(&self, file: FileId, offset: u64, into: &mut [u8]) -> Result<usize> {
         self.reads.set(self.reads.get() + 1);
@@ -314,12 +324,14 @@ impl Files for FakeFiles {
         if file == FileId::NAMES {
             return Ok(Leased {
                 lease: self.names.get(),
+                blocks: 0,
                 stat: self.stat_of(0),
             });
         }
         self.file_asked.set(self.file_asked.get() + 1);
         Ok(Leased {
             lease: self.generation(index(file)),
+            blocks: 0,
             stat: self.stat_of(index(file)),
         })
     }

@@ -258,3 +258,57 @@ fn more_files_than_are_kept_are_written_too() {
         assert_eq!(node.files.data(path), b"012", "{path}");
     }
 }
+
+#[test]
+fn no_more_waits_than_s_has_promised_and_enospc_comes_from_write() {
+    let node: &FakeNode = node(64);
+    node.files.promised.set(3);
+    let mut all = Writer::new(node);
+    let fd = all.open("/new", CREATE);
+    for block in [0, 5, 9] {
+        all.pwrite(fd, block * 4096 + 7, b"a block each");
+        all.pwrite(fd, block * 4096 + 100, b"of the same");
+    }
+    assert_eq!(calls(node), (0, 0, 0));
+    // Another block: what waits goes first. S promises nothing more.
+    node.files.promised.set(0);
+    all.pwrite(fd, 20 * 4096, b"fourth");
+    assert_eq!(calls(node), (1, 1, 0), "and this one is written through");
+    node.files.full.set(true);
+    let error = all.write(fd, b"full");
+    assert_eq!(error, Err(Some(errno::ENOSPC)), "at once");
+    node.files.full.set(false);
+    assert_eq!(all.close(fd), Ok(0), "nothing was lost");
+    ends_clean(node, all.run);
+}
+
+#[test]
+fn syncfs_tells_each_open_file_once_and_msync_tells_too() {
+    let node: &FakeNode = node(64);
+    let mut all = Writer::new(node);
+    let fds = [CREATE, 0].map(|flags| all.open("/new", flags));
+    let other = all.open("/big", 0);
+    let args = [0, 4096, 3, 1, fds[0], 0];
+    all.write(fds[0], b"there").unwrap();
+    let at = all.run.call(nr::__NR_mmap, &args).unwrap();
+    all.run.put(at, b"T");
+    all.write(fds[0], b"lost").unwrap();
+    node.files.full.set(true);
+    all.size(fds[1]);
+    node.files.full.set(false);
+    let late = all.open("/big", 0);
+    let msync = |all: &mut Writer| {
+        let done = all.run.call(nr::__NR_msync, &[at, 4096, 4]);
+        done.map_err(errno)
+    };
+    assert_eq!(msync(&mut all), Err(Some(errno::ENOSPC)));
+    assert_eq!(msync(&mut all), Ok(0));
+    let syncfs = |all: &mut Writer, fd| all.run.call(nr::__NR_syncfs, &[fd]).map_err(errno);
+    for fd in [fds[0], other] {
+        assert_eq!(syncfs(&mut all, fd), Err(Some(errno::ENOSPC)));
+        assert_eq!(syncfs(&mut all, fd), Ok(0));
+    }
+    assert_eq!(syncfs(&mut all, late), Ok(0), "opened after it");
+    assert_eq!(all.fsync(fds[1]), Err(Some(errno::ENOSPC)));
+    ends_clean(node, all.run);
+}

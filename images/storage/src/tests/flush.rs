@@ -25,7 +25,7 @@ fn flush(server: &Server<Ram>, of: &Opened, durable: bool, bytes: &[u8]) -> Resu
         durable,
     };
     let mut bulk = Buffer::sent(bytes);
-    call!(server, P, Flush, request, &mut bulk, reply)
+    call!(server, P, Flush, request, &mut bulk, reply).map(drop)
 }
 
 fn read_as(server: &Server<Ram>, peer: PeerKey, file: FileId) -> Vec<u8> {
@@ -240,4 +240,79 @@ fn nobody_gathers_for_a_disk_that_is_nearly_full_or_a_file_that_others_use() {
     let bulk = &mut Buffer::default();
     let leased = call!(server, P, WriteLease, request, bulk, reply).unwrap();
     assert_eq!(leased.lease, 0);
+}
+
+/// Appends to a file until the disk is full; returns the bytes.
+fn fill(server: &Server<Ram>, peer: PeerKey, file: FileId) -> u64 {
+    let mut all = 0;
+    loop {
+        let write = WriteRequest {
+            file,
+            offset: 0,
+            append: true,
+        };
+        let mut reply;
+        let mut sent = Buffer::sent(&[7; 60_000]);
+        match call!(server, peer, Write, write, &mut sent, reply) {
+            Ok(written) => all += u64::from(written.len),
+            Err(error) => {
+                assert_eq!(error, Errno::ENOSPC);
+                return all;
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_gathered_under_a_promise_fits_a_disk_that_others_fill() {
+    let (server, fakes, _folder) = leased("flush-promise");
+    // The holder does not answer, and so keeps its lease and its blocks.
+    fakes.answer(Some(false));
+    let mine = open_as(&server, P, "/hello", GATHERS);
+    assert!(mine.blocks >= 16);
+    let other = open_as(&server, Q, "/big", BOTH);
+    fill(&server, Q, other.file);
+    assert!(server.files.promised() > u64::from(mine.blocks));
+    // Scattered, so that each piece takes a block.
+    let pieces: Vec<(u64, &[u8])> = (1..u64::from(mine.blocks))
+        .map(|n| (n * 3 * 4096, &b"mine"[..]))
+        .collect();
+    assert_eq!(flush(&server, &mine, true, &run(&pieces)), Ok(()));
+    let size = u64::from(mine.blocks - 1) * 3 * 4096 + 4;
+    assert_eq!(stat(&server, "/hello", true).unwrap().size, size);
+    // A peer that answers gives its blocks to others.
+    fakes.answer(Some(true));
+    assert!(fill(&server, Q, other.file) > 0);
+    assert!(fakes.recalls().iter().any(|(peer, _)| *peer == P));
+    assert_eq!(server.files.promised(), 0);
+    let mut reply;
+    let request = FileRequest { file: mine.file };
+    let bulk = &mut Buffer::default();
+    let leased = call!(server, P, WriteLease, request, bulk, reply).unwrap();
+    assert_eq!((leased.lease, leased.blocks), (0, 0), "written through now");
+}
+
+#[test]
+fn a_promise_ends_with_the_last_open_file_the_lease_or_the_peer() {
+    let (server, fakes, _folder) = leased("flush-ends");
+    fakes.answer(Some(true));
+    let close = |file| {
+        let mut reply;
+        let request = FileRequest { file };
+        call!(server, P, Close, request, &mut Buffer::default(), reply).unwrap();
+    };
+    let files = [GATHERS; 2].map(|flags| open_as(&server, P, "/hello", flags));
+    close(files[0].file);
+    assert!(server.files.promised() > 0);
+    close(files[1].file);
+    assert_eq!(server.files.promised(), 0, "closed");
+    open_as(&server, P, "/hello", GATHERS);
+    assert!(server.files.promised() > 0);
+    open_as(&server, Q, "/hello", OpenFlags::READ);
+    assert_eq!(server.files.promised(), 0, "recalled");
+    open_as(&server, P, "/big", GATHERS);
+    assert!(server.files.promised() > 0);
+    server.peer_lost(P);
+    server.commit().now_or_never().unwrap().unwrap();
+    assert_eq!(server.files.promised(), 0, "lost");
 }
