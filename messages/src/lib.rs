@@ -31,7 +31,7 @@ pub use errno::Errno;
 pub use wire::{Reader, Wire, WireError, Writer};
 
 /// The version of the whole message set; raised by each change of a layout.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 
 /// Bytes of a page.
 pub const PAGE_SIZE: u64 = 4096;

@@ -2,8 +2,9 @@
 //! disk is full.
 //!
 //! A write lease comes with a number of the file's blocks that may wait in the peer; `ext4` keeps
-//! as many from others (`Ext4::promise`). Each flush takes from them and, while there is room, fills
-//! them up again. They end with the lease, and when the peer has the file open for writing no more.
+//! as many from others (`Ext4::promise`). Each flush takes from them and, while there is room,
+//! fills them up again. They end with the lease, and when the peer has the file open for writing no
+//! more.
 //!
 //! A request that would be ENOSPC because of promises has them taken back first: their leases are
 //! recalled, as by a conflicting access, and the request is carried out again.

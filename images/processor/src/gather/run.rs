@@ -35,7 +35,7 @@ impl Run {
         self.blocks.len() as u64
     }
 
-    /// Returns how many blocks it touches with a write of `len` bytes, blocks being of `size` bytes.
+    /// Returns how many blocks of `size` bytes it touches with a write of `len` bytes.
     pub(super) fn blocks_with(&self, offset: u64, len: usize, size: u64) -> u64 {
         let new = touched(offset, len, size).filter(|block| !self.blocks.contains(block));
         self.blocks() + new.count() as u64
