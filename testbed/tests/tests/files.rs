@@ -61,6 +61,29 @@ fn programs_change_files_as_on_linux() {
     }
 }
 
+/// A full disk: `write` tells, also who gathers small writes beside another that does; what was
+/// written before is there, and what a removed file had is free again.
+#[test]
+fn a_full_disk_is_told_by_write() {
+    const SCRIPT: &str = "\
+cd /; echo keep > keep; sync
+dd if=/dev/zero of=f bs=3000 2>&1 | grep -c 'No space left'; [ -s f ] && rm f; sync
+fill() { tr '\\000' $1 </dev/zero | dd of=$1 bs=700 2>/tmp/$1.says; }
+fill a & fill b & wait
+cat /tmp/*.says | grep -c 'error writing.*No space left'
+for f in a b; do [ $(stat -c %s $f) -gt 1000000 ]; echo $? $(tr -d $f < $f | wc -c); done
+sync; echo $? $(cat keep)
+";
+    let folder = scratch("files-full");
+    let disk = folder.join("disk");
+    let options = ["--cpus", "2", "--disk", text(&disk), "--disk-room", "4M"];
+    let ran = Run::new(&options).run(&["/bin/busybox", "sh", "-c", SCRIPT]);
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert_eq!(said, "1\n2\n0 0\n0 0\n0 keep\n", "{}", ran.stderr);
+    assert_eq!(ran.code, Some(0));
+    assert_sound(&disk);
+}
+
 /// A disk that returns errors: the program gets EIO, and S's log names the disk.
 #[test]
 fn errors_of_a_disk_reach_the_program() {
