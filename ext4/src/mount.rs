@@ -10,13 +10,15 @@ use crate::bytes::{low32, put_u32, u32_at};
 use crate::error::{Step, corrupt};
 use crate::extents::Mapping;
 use crate::fs::State;
+use crate::group::{self, FREE_BLOCKS};
 use crate::journal::{Journal, Recovered, Run, scan};
 use crate::locks::Locks;
 use crate::op::Op;
 use crate::ranges::Ranges;
 use crate::store::{Block, Store};
 use crate::superblock::{
-    FEATURE_INCOMPAT, Geometry, INCOMPAT_RECOVER, OFFSET, SIZE, note_mount, seal, writable,
+    FEATURE_INCOMPAT, FREE_INODES, Geometry, INCOMPAT_RECOVER, OFFSET, SIZE, note_mount, seal,
+    set_free_blocks, writable,
 };
 use crate::{Disk, Errno, Error, Ext4, Time};
 
@@ -238,6 +240,11 @@ impl<D: Disk> Ext4<D> {
     /// Sets or clears the flag that the journal must be replayed, in place: the log holds no copy
     /// of it yet, or any more.
     async fn set_recover(&self, on: bool, now: Time) -> Result<(), Error> {
+        let counted = if on {
+            Some(self.count_free(now).await?)
+        } else {
+            None
+        };
         let (block, at) = self.geometry.superblock_place();
         let mut bytes = self.run(now, |op| Ok(op.block(block)?.to_vec())).await?;
         let sb = &mut bytes[at..at + SIZE];
@@ -247,14 +254,36 @@ impl<D: Disk> Ext4<D> {
             FEATURE_INCOMPAT,
             features | if on { INCOMPAT_RECOVER } else { 0 },
         );
-        if on {
+        if let Some((blocks, inodes)) = counted {
             note_mount(sb, low32(now.seconds.cast_unsigned()));
+            set_free_blocks(sb, self.geometry.wide, blocks);
+            put_u32(sb, FREE_INODES, inodes);
         }
         seal(sb, self.geometry.metadata_csum);
         self.disk.write(self.offset(block), &bytes).await?;
         self.disk.flush().await?;
         self.state.lock().store.add_clean(block, bytes.into(), true);
         Ok(())
+    }
+
+    /// Sums the free blocks and inodes of all groups. Linux keeps the superblock's sums in memory
+    /// and writes them now and then, so those of a file system that was not unmounted are old
+    /// (`fs/ext4/super.c`, `ext4_count_free_clusters`). A damaged group counts as full.
+    async fn count_free(&self, now: Time) -> Result<(u64, u32), Error> {
+        let (mut blocks, mut inodes) = (0, 0_u32);
+        for number in 0..self.geometry.groups {
+            let free = |op: &mut Op<'_>| {
+                let group = op.group(number)?;
+                Ok((group.get(FREE_BLOCKS), group.get(group::FREE_INODES)))
+            };
+            let (here, numbers) = match self.run(now, free).await {
+                Err(Error::Corrupt { .. }) => (0, 0),
+                free => free?,
+            };
+            blocks += u64::from(here.min(self.geometry.blocks_per_group));
+            inodes = inodes.saturating_add(numbers.min(self.geometry.inodes_per_group));
+        }
+        Ok((blocks, inodes))
     }
 
     /// Finishes the deletions and cuts that a crash interrupted.

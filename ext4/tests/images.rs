@@ -277,6 +277,33 @@ fn a_nameless_file_lives_while_it_is_held() {
     );
 }
 
+/// Linux writes the superblock's sums now and then: after its crash they are old.
+#[test]
+fn old_sums_of_free_blocks_and_inodes_are_counted_anew() {
+    let image = Image::new(&mke2fs(16 << 20, &["-b", "1024"]));
+    let fs = mount(&MemDisk::new(image.bytes(), 1));
+    let fresh = block_on(fs.statfs()).unwrap();
+    for free in ["2", "4000000"] {
+        let blocks = format!("ssv free_blocks_count {free}");
+        let inodes = format!("ssv free_inodes_count {free}");
+        debugfs(&image, &[&blocks, &inodes], true);
+        let disk = MemDisk::new(image.bytes(), 1);
+        let fs = mount(&disk);
+        let stat = block_on(fs.statfs()).unwrap();
+        assert_eq!(
+            (stat.free, stat.free_inodes),
+            (fresh.free, fresh.free_inodes)
+        );
+        block_on(async {
+            for name in [b"a", b"b", b"c"] {
+                let file = fs.create(ROOT, name, node(at(1))).await.unwrap();
+                fs.write(file, 0, &[7; 10_000], at(1)).await.unwrap();
+            }
+        });
+        finish(fs, &disk);
+    }
+}
+
 #[test]
 fn orphans_of_a_crash_are_deleted_at_the_next_mount() {
     let disk = MemDisk::new(mke2fs(16 << 20, &["-b", "1024"]), 1);
