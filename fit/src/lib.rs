@@ -8,8 +8,8 @@
 //!
 //! Inside, everything that decides is a state machine without clock, thread or device of its own:
 //! [`Engine`] for the data path (slots, credits, deadlines), `membership` and `handshake` for who
-//! is there. The asynchronous face only feeds them. The protocol and the credit arithmetic are
-//! drawn in `docs/fit.md`.
+//! is there. The asynchronous face only feeds them. The handshake is drawn in `docs/fit.md`;
+//! [`Depths`] gives the credit arithmetic.
 //!
 //! # What is left out
 //!
