@@ -4,9 +4,8 @@ use crate::bed::cmdline::CommandLine;
 use crate::build_image::Role;
 
 /// The options that each component reads; see `docs/architecture.md`.
-const ALL: [&str; 9] = [
+const ALL: [&str; 8] = [
     "pollers",
-    "workers",
     "polling",
     "profile",
     "keepalive",
@@ -28,8 +27,10 @@ const PROCESSOR: [&str; 9] = [
     "streams",
 ];
 
+/// The options that M reads beside them: P serves nobody.
+const MEMORY: [&str; 1] = ["workers"];
 /// The options that S reads beside them.
-const STORAGE: [&str; 2] = ["clock", "disk"];
+const STORAGE: [&str; 4] = ["workers", "clock", "disk", "leases"];
 
 /// An option for the kernel command line of some components.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +73,7 @@ impl std::str::FromStr for BootOption {
         let more = match role {
             Some(Role::Processor) => &PROCESSOR[..],
             Some(Role::Storage) => &STORAGE,
-            Some(Role::Memory) | None => &[],
+            Some(Role::Memory) | None => &MEMORY,
         };
         let known = || ALL.iter().chain(more);
         if !known().any(|option| *option == key) {
@@ -113,6 +114,8 @@ mod tests {
         assert!("processor:policy=clock".parse::<BootOption>().is_ok());
         assert!("storage:clock=5".parse::<BootOption>().is_ok());
         assert!("storage:disk=nvme".parse::<BootOption>().is_ok());
+        assert!("storage:leases=off".parse::<BootOption>().is_ok());
+        assert!("processor:workers=1".parse::<BootOption>().is_err());
         let refused = "memory:policy=clock".parse::<BootOption>().unwrap_err();
         assert!(
             refused.contains("memory has no option") && refused.contains("workers"),
