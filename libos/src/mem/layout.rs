@@ -13,7 +13,7 @@ use crate::mem::frame_bitmap::PAGE_SIZE;
 pub(crate) const DIRECT_BASE: u64 = 0xffff_8000_0000_0000;
 /// Device registers, linearly by physical address, uncached.
 pub(crate) const DEVICE_BASE: u64 = 0xffff_c000_0000_0000;
-/// The cores' stacks, each below an unmapped page.
+/// The cores' stacks, each above an unmapped page.
 pub(crate) const STACKS_BASE: u64 = 0xffff_ff00_0000_0000;
 /// Physical address of the image's first byte.
 static IMAGE_HOME: AtomicU64 = AtomicU64::new(0);
