@@ -27,7 +27,6 @@
 //!   but never finds anything in them. The dMPT, the MTT and the multicast table do lie there and
 //!   are read at every use.
 //! * Static rates, service levels and virtual lanes have no effect.
-//! * Locally attached multicast receivers get what other ports send, not what this port sends.
 //! * B_Keys are not enforced; violations of Q_Keys are not counted; of traps there is that of local
 //!   changes only.
 //! * Memory outside the machine's is an error of the access, never a machine check.
