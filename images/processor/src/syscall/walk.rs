@@ -3,7 +3,7 @@
 //!
 //! S and this node's own file systems follow links from the root of all. A way that may not leave
 //! a folder is walked here instead, to a path without symbolic links, which the call takes then.
-//! Who renames folders at the same moment may lead it elsewhere. Linux: `fs/namei.c`,
+//! A rename at the same moment may lead a walk elsewhere. Linux: `fs/namei.c`,
 //! `Documentation/filesystems/path-lookup.rst`.
 
 use alloc::vec;
